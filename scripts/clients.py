@@ -57,15 +57,6 @@ class Client:
     version: str
 
 
-@dataclass(frozen=True)
-class Tried:
-    """One call; `fault` is empty where it worked."""
-
-    client: Client
-    call: str
-    fault: str
-
-
 def install() -> list[Client]:
     """All clients that can be had, installed once."""
     python = FOLDER / "python" / "bin" / "python"
@@ -109,6 +100,15 @@ def server() -> Iterator[Served]:
         small_writer(Path(folder), "llama_cpp/Qwen-Qwen3-0.6B", said)
         with serving(lambda: specexec.load(folder, drafter="none", dtype="f32"), names=(asked.MODEL,)) as served:
             yield served
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One call; `fault` is empty where it worked."""
+
+    client: Client
+    call: str
+    fault: str
 
 
 def run(client: Client, url: str) -> Iterator[Tried]:

@@ -22,14 +22,6 @@ class Entry:
     summary: str
 
 
-@dataclass(frozen=True)
-class Document:
-    """One module or language topic, and the names it documents."""
-
-    text: str
-    entries: tuple[Entry, ...]
-
-
 def fingerprint(texts: Iterator[str]) -> str:
     """sha256 over all texts, in order."""
     digest = hashlib.sha256()
@@ -72,6 +64,14 @@ def documented(tree: ast.Module, module: str) -> Iterator[tuple[str, str, str]]:
                 if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and child.name[0] != "_":
                     method = isinstance(node, ast.ClassDef) and not isinstance(child, ast.ClassDef)
                     stack.append((f"{name}.{child.name}", "method" if method else kinds[type(child)], child))
+
+
+@dataclass(frozen=True)
+class Document:
+    """One module or language topic, and the names it documents."""
+
+    text: str
+    entries: tuple[Entry, ...]
 
 
 @cache

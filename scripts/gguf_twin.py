@@ -25,6 +25,12 @@ NAMES = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
 }  # fmt: skip
 REST = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+SETTINGS = {
+    "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size", "head_count": "num_attention_heads",
+    "head_count_kv": "num_key_value_heads", "key_length": "head_dim", "value_length": "head_dim",
+    "layer_norm_rms_eps": "rms_norm_eps", "rope_dimension_count": "head_dim", "vocab_size": "vocab_size",
+}  # fmt: skip
 
 
 def write_twin(folder: Path, form: str, out: Path) -> None:
@@ -72,18 +78,9 @@ def _interleaved(weight_OI: torch.Tensor, head: int) -> torch.Tensor:
 
 
 def _describe(writer: gguf.GGUFWriter, config: PretrainedConfig, tokenizer: dict[str, dict[str, object]]) -> None:
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    for setting, number in SETTINGS.items():
+        getattr(writer, f"add_{setting}")(getattr(config, number))
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(config.vocab_size)
     vocabulary, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
     assert isinstance(vocabulary, dict)
     assert isinstance(merges, list)

@@ -9,11 +9,11 @@ codes, scales near 1. The loop is compiled before the clock starts; how long tha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from unittest.mock import patch
 
 import click
 import torch
+from timing import best_s
 
 from offload.checkpoint.gguf.ggml_types import BY_NAME
 from offload.checkpoint.quantized.arithmetic import ggml_blocks
@@ -22,16 +22,6 @@ from offload.checkpoint.quantized.arithmetic.ggml_blocks import LAYOUTS, fill_ro
 
 COLUMNS = 2048
 TURNS = 9
-
-
-def best_s(work: Callable[[], object]) -> float:
-    """CPU seconds of the quickest of some turns."""
-    found = []
-    for _ in range(TURNS):
-        began = time.thread_time()
-        work()
-        found.append(time.thread_time() - began)
-    return min(found)
 
 
 def speeds(name: str) -> list[float]:
@@ -43,7 +33,7 @@ def speeds(name: str) -> list[float]:
     for way in (compiled, lambda _: None):
         with patch.object(ggml_blocks, "compiled", way):
             fill_rows(name, codes, target)
-            found.append(target.numel() / best_s(lambda: fill_rows(name, codes, target)) / 1e6)
+            found.append(target.numel() / best_s(lambda: fill_rows(name, codes, target), TURNS, time.thread_time) / 1e6)
     return found
 
 

@@ -12,18 +12,16 @@ own, on which everything costs what it says: the choice of the budget alone, wha
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import click
 import numpy as np
 from bootstrap import rate, ratio
-from tqdm import tqdm
+from measure_trees import in_turn, prompts
 
 import offload.placement.placement as weights
 import specexec
@@ -34,8 +32,8 @@ from specexec.engine.engine import Engine
 from specexec.engine.step_accounting import StillMeter
 from specexec.model.tree_lm import Rows, Sweep
 from specexec.planning import best_first as planner
+from specexec.text.messages import Prompt
 
-PROMPTS = Path(__file__).with_name("prompts.jsonl")
 Budget = int | Literal["auto"]
 
 
@@ -89,13 +87,9 @@ class Charged:
         within.overlap = False
 
 
-def answer(
-    llm: Engine, row: dict[str, str | bool], budget: Budget, sampling: SamplingParams, now: Callable[[], float]
-) -> Ran:
+def answer(llm: Engine, prompt: Prompt, budget: Budget, sampling: SamplingParams, now: Callable[[], float]) -> Ran:
     """One prompt under one budget."""
     llm.budget = budget
-    text = str(row["prompt"])
-    prompt: str | list[dict[str, str]] = [{"role": "user", "content": text}] if row["chat"] else text
     began = now()
     bursts = list(llm.stream(prompt, sampling))
     tokens = sum(len(burst.tokens) for burst in bursts)
@@ -129,8 +123,7 @@ def main(
     charge: str | None,
 ) -> None:
     """Compare the automatic budget with fixed ones."""
-    rows = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
-    rows = rows[:: max(len(rows) // limit, 1)][:limit]
+    asked = prompts(limit)
     budgets: list[Budget] = [*(int(part) for part in budget.split(",")), "auto"]
     runs: dict[Budget, list[Ran]] = defaultdict(list)
     limit_Bps = None if link_limit is None else parse_speed_Bps(link_limit)
@@ -142,11 +135,10 @@ def main(
         llm._decoder.overlap = False if serial else None
         if clock is not None:
             clock.take_over(llm)
-        answer(llm, rows[0], 32, SamplingParams(max_tokens=8), now)
-        for index, row in enumerate(tqdm(rows)):
-            sampling = SamplingParams(temperature=temperature, seed=index, max_tokens=tokens)
+        answer(llm, asked[0], 32, SamplingParams(max_tokens=8), now)
+        for prompt, sampling in in_turn(asked, temperature, tokens):
             for one in budgets:
-                runs[one].append(answer(llm, row, one, sampling, now))
+                runs[one].append(answer(llm, prompt, one, sampling, now))
     click.echo("| budget | tokens/s | tokens/sweep | waited for drafts, s per sweep |\n|---|---|---|---|")
     for one in budgets:
         sweeps = sum(run.sweeps for run in runs[one])

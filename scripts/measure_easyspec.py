@@ -12,13 +12,12 @@ Both read every weight once, which is what such a product waits for.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from timing import best_s
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -62,16 +61,8 @@ def seconds(model: PreTrainedModel, group: int) -> tuple[float, float]:
     ]
     wide = [torch.cat(weights[first : first + group]) for first in range(0, len(layers), group)]
     row_1H = torch.randn(1, weights[0].shape[1])
-    return _best(lambda: [linear(row_1H, one) for one in weights]), _best(lambda: [linear(row_1H, one) for one in wide])
-
-
-def _best(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    one_by_one_s = best_s(lambda: [linear(row_1H, one) for one in weights], REPEATS)
+    return one_by_one_s, best_s(lambda: [linear(row_1H, one) for one in wide], REPEATS)
 
 
 @click.command()

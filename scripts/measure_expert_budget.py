@@ -18,7 +18,6 @@ bytes of a sweep, and each way against unaware with a 95 % bootstrap interval ov
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ import click
 import numpy as np
 import torch
 from bootstrap import rate, ratio
-from tqdm import tqdm
+from measure_trees import in_turn, prompts
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import offload
@@ -39,9 +38,9 @@ from offload.checkpoint.routing import Visits
 from offload.stream.stream import LayerStream
 from specexec import SamplingParams
 from specexec.engine.engine import Engine
+from specexec.text.messages import Prompt
 
 DEMO = Path(offload.__file__).parent / "demo" / "target"
-PROMPTS = Path(__file__).with_name("prompts.jsonl")
 UNAWARE = "unaware"
 WAYS = ("learned", "no guesses", "free choice", UNAWARE)
 
@@ -78,11 +77,11 @@ class Unmoved(Visits):
         pass
 
 
-def answer(llm: Engine, row: dict[str, str | bool], sampling: SamplingParams) -> Ran:
+def answer(llm: Engine, prompt: Prompt, sampling: SamplingParams) -> Ran:
     """One prompt."""
-    stream, text = offload.stream_of(llm._model), str(row["prompt"])
+    stream = offload.stream_of(llm._model)
     before, began_s = stream.stats(), time.perf_counter()
-    bursts = list(llm.stream([{"role": "user", "content": text}] if row["chat"] else text, sampling))
+    bursts = list(llm.stream(prompt, sampling))
     seconds, after = time.perf_counter() - began_s, stream.stats()
     tokens = tuple(token for burst in bursts for token in burst.tokens)
     read_B, wrong_B = after.bytes_read - before.bytes_read, after.wrong_B - before.wrong_B
@@ -128,8 +127,7 @@ def main(
     target: str | None, drafter: str | None, link_limit: str, noise: float, temperature: float, tokens: int, limit: int
 ) -> None:
     """Compare what the budget knows of experts."""
-    rows = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
-    rows = rows[:: max(len(rows) // limit, 1)][:limit]
+    asked = prompts(limit)
     limit_Bps = parse_speed_Bps(link_limit)
     runs: dict[str, list[Ran]] = {way: [] for way in WAYS}
     with ExitStack() as opened:
@@ -140,15 +138,14 @@ def main(
         for way in WAYS:
             llm = specexec.load(target, drafter=drafter, offload="disk", link_limit_Bps=limit_Bps, dtype="f32")
             engines[way] = as_told(opened.enter_context(llm), way)
-            answer(engines[way], rows[-1], SamplingParams(max_tokens=16))
-        for index, row in enumerate(tqdm(rows, disable=None)):
-            sampling = SamplingParams(temperature=temperature, seed=index, max_tokens=tokens)
+            answer(engines[way], asked[-1], SamplingParams(max_tokens=16))
+        for prompt, sampling in in_turn(asked, temperature, tokens):
             for way in WAYS:
-                runs[way].append(answer(engines[way], row, sampling))
+                runs[way].append(answer(engines[way], prompt, sampling))
         alike = {way: offload.stream_of(engines[way]._model).stream.routing.alike for way in WAYS}
         whole_B = offload.stream_of(engines[UNAWARE]._model).bytes_per_sweep
     assert all(a.tokens == b.tokens for way in WAYS for a, b in zip(runs[way], runs[UNAWARE], strict=True)), "texts"
-    click.echo(f"{len(rows)} prompts, T = {temperature:g}, link {link_limit}, all texts equal\n")
+    click.echo(f"{len(asked)} prompts, T = {temperature:g}, link {link_limit}, all texts equal\n")
     click.echo(f"| budget | tokens/s | tokens a sweep | rows a sweep | of {whole_B:,} B | guessed in vain | alike |")
     click.echo("|---|---|---|---|---|---|---|")
     for way in WAYS:

@@ -16,8 +16,7 @@ import click
 import numpy as np
 from bootstrap import interval, rate, ratio
 from measure_budget import Budget
-from measure_trees import prompts
-from tqdm import tqdm
+from measure_trees import in_turn, prompts
 
 import specexec
 from cli.shared.quantities import parse_speed_Bps
@@ -47,8 +46,7 @@ def main(target: str, drafter: str, link_limit: str, temperature: float, tokens:
             target, drafter=drafter, offload=where, link_limit_Bps=limit_Bps, dtype="f32", budget=8
         ) as llm:
             llm.generate(asked[0], SamplingParams(max_tokens=8))
-            for index, one in enumerate(tqdm(asked, disable=None)):
-                sampling = SamplingParams(temperature=temperature, seed=index, max_tokens=tokens)
+            for index, (one, sampling) in enumerate(in_turn(asked, temperature, tokens)):
                 for budget in BUDGETS:
                     llm.budget = budget
                     began_s = time.perf_counter()

@@ -39,7 +39,7 @@ def main(
     model: str, drafter: str, link_limit: float, budget: IntOrAuto, temperature: str, tokens: int, count: int
 ) -> None:
     """Measure what overlap hides."""
-    asked = prompts()[:: max(44 // count, 1)][:count]
+    asked = prompts(count)
     with specexec.load(
         model, drafter=drafter, offload="ram", link_limit_Bps=link_limit, dtype="f32",
         budget=budget,

@@ -11,6 +11,7 @@ bootstrap over prompts; then the ratio to the reference rule.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,10 +55,17 @@ RULES = {
 }
 
 
-def prompts() -> list[str | list[dict[str, str]]]:
-    """The prompts as text, or as a chat of one message."""
+def prompts(limit: int | None = None) -> list[str | list[dict[str, str]]]:
+    """The prompts as text, or as a chat of one message; of them at most `limit`, spread over the list."""
     rows = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
+    rows = rows if limit is None else rows[:: max(len(rows) // limit, 1)][:limit]
     return [[{"role": "user", "content": row["prompt"]}] if row["chat"] else row["prompt"] for row in rows]
+
+
+def in_turn(asked: Items[Prompt], temperature: float, tokens: int) -> Iterator[tuple[Prompt, SamplingParams]]:
+    """Each prompt with a seed of its own."""
+    for seed, prompt in enumerate(tqdm(asked, disable=None)):
+        yield prompt, SamplingParams(temperature=temperature, seed=seed, max_tokens=tokens)
 
 
 def use(llm: Engine, rule: Rule) -> Memory:

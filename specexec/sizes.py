@@ -18,7 +18,7 @@ CHUNK = 256  # rows that run through a layer, or through one linear, at a time
 QUERY_BLOCK = 256  # query rows and
 KEY_BLOCK = 1024  # keys of one block of attention
 INDEX_SCORES = 1 << 22  # scores of single heads of an index at once
-SUMMED_WIDE = 1 << 18  # weights of keys that are summed in float64 at a time
+SUMMED = 128  # keys whose weights, and whose weighted values, are summed at a time
 AT_ONCE = 64  # query rows that need not ask for a whole block of scores where they see fewer keys
 WIDENED = 1 << 22  # weights of 16 bits that are there in float32 at a time, at most
 HEAD_ROWS = 64  # rows whose logits exist at a time
@@ -320,12 +320,13 @@ def _states_B(widths: Widths, rows: int) -> int:
 
 
 def _attention_B(widths: Widths, rows: int) -> int:
-    """Scores of one block, its mask, and in float32 queries, keys and values of the block."""
+    """Scores of one block, its mask, and in float32 queries, keys and values of the block; its last keys once more."""
     queries, keys = min(rows, QUERY_BLOCK), min(rows, KEY_BLOCK)
     scores_B = widths.heads * queries * KEY_BLOCK * widths.sum_B
     hidden_B = 4 * queries * keys
     own_B = (6 * widths.heads * queries * widths.head + 2 * keys * widths.kept) * widths.sum_B
-    return scores_B + hidden_B + own_B + F64_B * SUMMED_WIDE + _index_B(widths, queries, rows)
+    last_B = widths.heads * queries * SUMMED * (widths.sum_B + F32_B)  # filled up, and sums of the others
+    return scores_B + hidden_B + own_B + last_B + _index_B(widths, queries, rows)
 
 
 def _index_B(widths: Widths, queries: int, rows: int) -> int:

@@ -311,11 +311,10 @@ class FakeConversation:
             yield replace(burst, piece=piece)
 
     def undo(self) -> bool:
-        if self.unanswered is not None:
-            self.unanswered = None
-            return True
-        undone = bool(self.messages)
-        del self.messages[-2:]
+        undone = self.unanswered is not None or bool(self.messages)
+        if self.unanswered is None:
+            del self.messages[-2:]
+        self.unanswered = None
         return undone
 
     def retry(self, sampling: SamplingParams) -> Iterator[Burst]:

@@ -13,9 +13,13 @@ import pytest
 from transformers import PreTrainedModel
 
 import offload
+from offload.errors import OffloadError
 from offload.stream.dequantized import DenseLayers
 from offload.stream.slot import Slot, State
 from offload.stream.stream import LayerStream
+from specexec import Burst, SamplingParams
+from specexec.engine.engine import Engine
+from specexec.model.cache import KVCache
 from tests.waiting import until
 
 Views = Sequence[memoryview]
@@ -91,3 +95,30 @@ def slow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 def is_reported(fault: str, said: str) -> bool:
     """Does an error name what went wrong: the exception, or file and layer?"""
     return "ArithmeticError" in said if fault == "exception" else ".safetensors at byte" in said and "(layer " in said
+
+
+def read_on(bursts: Iterator[Burst], written: list[int]) -> None:
+    """Everything that is still to come."""
+    for burst in bursts:
+        written += burst.tokens
+
+
+def check_fails(fault: str, bursts: Iterator[Burst], written: list[int]) -> None:
+    """The rest of an answer ends in an error that says what went wrong."""
+    with pytest.raises(OffloadError) as failure:
+        read_on(bursts, written)
+    assert is_reported(fault, str(failure.value))
+
+
+def check_goes_on(
+    engine: Engine,
+    asked: tuple[str, SamplingParams],
+    written: list[int],
+    caches: dict[object, KVCache],
+    expected: tuple[int, ...],
+) -> None:
+    """What is written is a beginning of the answer, and its rest follows."""
+    assert written == list(expected[: len(written)])
+    assert len(written) < len(expected)
+    read_on(engine.stream(*asked, caches, written), written)
+    assert tuple(written) == expected

@@ -203,6 +203,14 @@ def test_a_gated_repository_says_how_to_get_in(specexec: Pull, hub: FakeHub) -> 
     assert ran.err.startswith("Error: org/big is gated and your account has no access yet.\n  Accept the licence at")
 
 
+def test_size_and_free_space_are_said_first_and_no_bar_goes_into_a_pipe(specexec: Pull) -> None:
+    enable_progress_bars()
+    ran = specexec("pull", "org/big")
+    assert ran.code == 0
+    for repo, line in zip(("big", "small"), ran.err.splitlines(), strict=True):
+        assert re.fullmatch(rf"downloading \d+ files of org/{repo}, [\d.]+ \S+; [\d.]+ \S+ are free", line), line
+
+
 def test_a_full_disk_is_known_before_the_download(
     specexec: Pull, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import socket
 import struct
 import threading
@@ -252,6 +253,15 @@ def test_a_run_gives_the_records_that_it_would_give_here(
     del here["odd"]
     assert there == here
     assert there["two"]["limit"] == "max_tokens"
+
+
+def test_how_far_a_run_is_goes_into_a_pipe_as_words_and_as_no_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.batch.run.REPORT_EVERY_S", 0.01)
+    with serving(lambda: LetterEngine(sweep_s=0.1)) as server:
+        ran = run("generate", "-p", "x" * 12, "--connect", server.url)
+    said = [line for line in ran.err.splitlines() if "/1 items · " in line]
+    assert said
+    assert all(re.match(r" *\d+%, \d/1 items · ", line) for line in said), said
 
 
 def test_a_run_that_loses_its_server_keeps_what_was_answered_and_goes_on(run: Run, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from offload.packs.pack import pack, plan
 from specexec.engine.engine import Engine
 from specexec.errors import BrokenLogits
 from specexec.model.cache import KVCache
-from tests.faults import EACH_FAULT, fail_reads, from_the, is_reported, read_ahead, slow_reads
+from tests.faults import EACH_FAULT, check_fails, check_goes_on, fail_reads, from_the, read_ahead, slow_reads
 from tests.held import added_by_every
 
 PROMPT = "List the days of the week."
@@ -50,12 +50,6 @@ def load(folder: Path, *, verify: bool = False, drafter: str = str(demo_folder("
     return specexec.load(str(folder), drafter=drafter, offload="disk", ctx=256, budget=8, verify=verify)
 
 
-def read_on(bursts: Iterator[specexec.Burst], written: list[int]) -> None:
-    """Everything that is still to come."""
-    for burst in bursts:
-        written += burst.tokens
-
-
 @pytest.fixture
 def engine(folder: Path) -> Iterator[Engine]:
     with load(folder) as found:
@@ -66,12 +60,6 @@ def engine(folder: Path) -> Iterator[Engine]:
 def expected(packed: Path) -> tuple[int, ...]:
     with load(packed) as undisturbed:
         return undisturbed.generate(PROMPT, SAMPLING).tokens
-
-
-def go_on(engine: Engine, written: list[int], caches: dict[object, KVCache]) -> tuple[int, ...]:
-    """The rest of an answer whose beginning is written."""
-    read_on(engine.stream(PROMPT, SAMPLING, caches, written), written)
-    return tuple(written)
 
 
 @EACH_FAULT
@@ -85,11 +73,8 @@ def test_a_read_that_fails_ends_the_sweep_and_the_answer_goes_on_exactly(
     read_ahead(engine._model)
     with monkeypatch.context() as faulty:
         fail_reads(faulty, fault, from_the(nth))
-        with pytest.raises(OffloadError) as failure:
-            read_on(bursts, written)
-    assert is_reported(fault, str(failure.value))
-    assert written == list(expected[: len(written)])
-    assert go_on(engine, written, caches) == expected
+        check_fails(fault, bursts, written)
+    check_goes_on(engine, (PROMPT, SAMPLING), written, caches, expected)
 
 
 def test_short_and_late_reads_change_nothing(

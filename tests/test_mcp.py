@@ -36,7 +36,7 @@ from cli.mcp.toolbox import DENIED, STOPPED, Results, Toolbox
 from cli.shared.errors import BadConfig, McpFailed, ServerRefusal
 from cli.shared.options import EngineOptions
 from cli.terminal.screen import Screen
-from specexec.errors import BadMessages
+from specexec.errors import BadGrammar, BadMessages
 from specexec.sampling.lark import lark
 from specexec.sampling.params import SamplingParams
 from specexec.text.conversation import Conversation
@@ -157,6 +157,22 @@ def test_a_grammar_on_the_line_is_followed_or_refused_before_a_model_is_loaded(
     assert main([*asking, 'start: "x"', "--schema", "{}"]) == 2
 
 
+@pytest.mark.parametrize("schema", [{"type": 3}, {"type": "array", "uniqueItems": True}])
+def test_a_schema_that_cannot_be_followed_is_refused_before_a_model_is_loaded_and_by_one_that_is(
+    agent: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], schema: dict[str, object]
+) -> None:
+    monkeypatch.setattr("cli.chat.command.running_engine", lambda *_, **__: pytest.fail("loaded"))
+    assert main(["chat", "-p", "Hi", "--schema", json.dumps(schema)]) == 2
+    assert "the schema cannot be followed: /" in capsys.readouterr().err
+    talk = agent.worker.engine.conversation()
+    talk.whole = Whole(schema)
+    for tools in ((), (TOOL,)):
+        talk.tools = tools
+        with pytest.raises(BadGrammar, match="the schema cannot be followed: /"):
+            list(talk.send("Hello", GREEDY))
+    assert talk.messages == []
+
+
 def test_an_answer_of_a_schema_that_was_cut_short_goes_on_where_it_was(agent: Served) -> None:
     served = ServedEngine(loaded_model(Server(agent.url), "", False, Screen(quiet=True)), EngineOptions())
     word = "fine weather all over the country"
@@ -185,6 +201,15 @@ def test_a_model_that_writes_no_calls_is_not_given_tools(agent: Served, monkeypa
     talk.tools = (TOOL,)
     with pytest.raises(BadMessages, match=r"tools cannot be called: .*leaves tool calls out"):
         list(talk.send(TASK, GREEDY))
+
+
+def test_what_a_model_refuses_while_servers_run_is_said_as_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    code = main(["chat", "-p", "Hi", "--mcp", f"{sys.executable} {SCRIPT}"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert (code, said) == (7, "Error: tools cannot be called: the model's chat template leaves tool calls out.")
 
 
 def test_results_become_text_and_what_goes_wrong_says_why(files: McpServers) -> None:

@@ -108,3 +108,11 @@ def test_a_tokenizer_that_changes_text_is_refused_by_name() -> None:
     with pytest.raises(TokenizerMismatch, match=r"^drafter \./small does not .* tokenizer changes text \(") as refused:
         wording_of(lower, "drafter ./small does not share the model's vocabulary, and its tokenizer")
     assert "--drafter none" in (refused.value.hint or "")
+
+
+def test_a_tokenizer_that_pads_and_cuts_what_it_is_given_spells_alike() -> None:
+    padding, plain = (AutoTokenizer.from_pretrained(demo_folder("drafter")) for _ in range(2))
+    padding.backend_tokenizer.enable_padding(length=40)
+    padding.backend_tokenizer.enable_truncation(3)
+    text = b"a text of some words"
+    assert wording_of(padding, "ours").cut(text) == wording_of(plain, "theirs").cut(text)

@@ -47,7 +47,8 @@ class Cluster:
     def __init__(self, opener: Callable[[], BatchEngine], workers: int, gpus: float) -> None:
         self._opener = opener
         self._gpus = gpus
-        self._workers = workers
+        self.size = workers
+        """How many workers there shall be."""
         self._stopped = False
         self.sweeps = self.bytes_read = 0
 
@@ -65,11 +66,6 @@ class Cluster:
     @property
     def stopped(self) -> bool:
         return self._stopped
-
-    @property
-    def size(self) -> int:
-        """How many workers there shall be."""
-        return self._workers
 
     def start_worker(self, parallel: int | Literal["auto"]) -> Any:
         """A worker somewhere in the cluster, spread out over its nodes."""

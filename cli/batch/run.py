@@ -184,7 +184,7 @@ class Run:
         self.sink.failed(item, error)
 
     def progress(self) -> str:
-        """Where the run is: items as a bar, then the layer under way, the speed so far, and what is still to come."""
+        """Where the run is: items, as a bar too where lines are live, the layer under way, speed, time left."""
         from tqdm import tqdm
 
         now = self.engine.progress()
@@ -194,7 +194,8 @@ class Run:
         rate = self._new_tokens / max(spent_s, 1e-9)
         left = self._forecast.left_s(self._to_write, self.growing, rate)
         facts += f" · ETA {spelled(left)}" if left and self.total > self._ended else ""
-        bar = "{percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} items · " + facts
+        drawn = " |{bar:10}|" if self.screen.live else ","
+        bar = "{percentage:3.0f}%" + drawn + " {n_fmt}/{total_fmt} items · " + facts
         return tqdm.format_meter(self._ended, self.total, spent_s, bar_format=bar)
 
     @property

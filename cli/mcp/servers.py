@@ -80,8 +80,8 @@ class McpServers:
     def __enter__(self) -> McpServers:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(self, *_error: object) -> None:
+        self.close()  # told nothing of an error in the block, which the servers' tasks would wrap in groups
 
     def call(self, tool: ServerTool, arguments: dict[str, object]) -> str:
         """What a tool gives, as text. Raises CallFailed, and KeyboardInterrupt once the server was told to stop."""

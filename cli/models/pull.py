@@ -179,7 +179,7 @@ def _pull(role: str, repo: str, revision: str | None, asked: _Asked, screen: Scr
         line = f"would download {what}, to {hub.cache_folder()}"
         return _Pulled(line, role, repo, missing.commit, None, files, fetch_B)
     missing.refuse_full_disk(hub.cache_folder())
-    screen.say(f"downloading {what}")
+    screen.say(f"downloading {missing.described(hub.cache_folder())}")
     folder = hub.download(repo, revision, asked.trust_remote_code)
     return _Pulled(str(folder), role, repo, missing.commit, folder, files, fetch_B)
 

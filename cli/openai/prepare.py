@@ -174,10 +174,10 @@ def bound_of(form: Format, prompt: Items[int], asked: HttpRequest) -> Bound | No
 
 def _shaped(form: Format, whole: Whole, field: str, opened: bool) -> Bound:
     """What a whole answer must look like. Raises ApiError."""
-    bound = form.grammar((), "auto", whole=whole, thought_open=opened)
-    if bound.notes:  # half a schema for the whole answer is not what was asked for
-        raise bad_request(f"the schema cannot be followed: {' '.join(bound.notes)}", field, BadGrammar.code)
-    return bound
+    try:
+        return form.grammar((), "auto", whole=whole, thought_open=opened)
+    except BadGrammar as problem:
+        raise bad_request(problem.what, field, problem.code) from None
 
 
 def grammar_of(shape: AnswerShape) -> str:

@@ -101,7 +101,14 @@ class JsonSchema(click.ParamType[dict[str, object]]):
             self.fail(f"this is not JSON: {problem}.", param, ctx)
         if not isinstance(schema, dict):
             self.fail('a JSON schema is an object, such as {"type": "object"}.', param, ctx)
-        return schema
+
+        from specexec.errors import BadGrammar  # with llguidance, which --help does not wait for
+        from specexec.sampling.json_schema import followed
+
+        try:
+            return followed(schema)
+        except BadGrammar as problem:
+            self.fail(problem.what, param, ctx)
 
 
 class WrittenGrammar(click.ParamType[str]):

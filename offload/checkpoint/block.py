@@ -1,5 +1,7 @@
 """What is read at once, and its place in memory: tensors of one layer, of some of its experts, or one of the rest."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -44,7 +46,7 @@ class TensorPart:
         start = self.offset + part.offset * self.dtype.itemsize
         return start, start + part.extent * self.dtype.itemsize
 
-    def placed(self, anywhere: bool) -> "TensorPart":
+    def placed(self, anywhere: bool) -> TensorPart:
         """The same not before where it is: where its address and its bytes on disk agree modulo a page, if it can be.
 
         Direct reads then need no copy. A piece that is small does not leave a hole for that. With `anywhere` it may
@@ -75,14 +77,6 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Copy:
-    """Bytes of a file that belong at `offset` of the buffer as they are."""
-
-    entry: Entry
-    offset: int
-
-
-@dataclass(frozen=True)
 class Block:
     """What is read at once: one layer, or one tensor of the rest."""
 
@@ -93,7 +87,7 @@ class Block:
     """Of a layer whose experts can be fetched one by one."""
     sums: tuple[Sum, ...] = ()
 
-    def of(self, whose: Collection[int | None]) -> "Block":
+    def of(self, whose: Collection[int | None]) -> Block:
         """What belongs to these experts (None: to no expert) and nothing else, at the same places."""
         pieces = (
             replace(piece, parts=tuple(part for part in piece.parts if part.expert in whose)) for piece in self.pieces
@@ -101,7 +95,7 @@ class Block:
         return replace(self, pieces=tuple(piece for piece in pieces if piece.parts))
 
     @cached_property
-    def shared(self) -> "Block":
+    def shared(self) -> Block:
         """What every row computes with: all but the experts."""
         return self.of([None])
 
@@ -180,6 +174,14 @@ class Block:
         }
         ready = {name: tensor for name, tensor in tensors.items() if name not in members}
         return ready | {item.name: item.unpack(tensors, scratch, whose) for item in self.packed}
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Bytes of a file that belong at `offset` of the buffer as they are."""
+
+    entry: Entry
+    offset: int
 
 
 def aligned(nbytes: int) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from offload.checkpoint.documents import Json
-from offload.checkpoint.roles import LAYER
+from offload.checkpoint.roles import LAYER, attentions
 
 if TYPE_CHECKING:
     from offload.checkpoint.headers import Folder
@@ -158,7 +158,7 @@ def _found(folder: "Folder") -> tuple[MtpLayout, dict[str, str]]:
 
 def _count(config: Mapping[str, Json]) -> int | None:
     """Layers of the model, where its config says so; LongCat calls hidden layers what attends."""
-    count = config.get("num_layers" if config.get("model_type") == "longcat_flash" else "num_hidden_layers")
+    count = config.get("num_hidden_layers" if attentions(config.get("model_type")) == 1 else "num_layers")
     return count if isinstance(count, int) else None
 
 

@@ -1,4 +1,7 @@
-"""Which part of a model a tensor belongs to, by its name: a layer, the head, the embeddings or the rest."""
+"""Which part of a model a tensor belongs to, by its name: a layer, the head, the embeddings or the rest.
+
+And how many layers a config counts for one.
+"""
 
 import re
 
@@ -20,3 +23,8 @@ def part_of(name: str) -> str:
     if HEAD.search(name):
         return "head"
     return "embeddings" if LOOKUP.search(name) else "norms"
+
+
+def attentions(model_type: object) -> int:
+    """How often one layer attends: its caches are numbered, and its config counts it, as so many. LongCat's twice."""
+    return 2 if model_type == "longcat_flash" else 1

@@ -30,6 +30,7 @@ from offload.checkpoint.headers import Folder
 from offload.checkpoint.mtp import mtp_layout
 from offload.checkpoint.quantized.stored import refuse_unknown
 from offload.checkpoint.remote_code import classes_in, references, refuse_elsewhere, refused, running_code
+from offload.checkpoint.roles import attentions
 from offload.checkpoint.unrolled import unroll
 from offload.checkpoint.wrapped import tower_tensors
 from offload.checkpoint.wrapper import (
@@ -168,7 +169,7 @@ def _lengthen(config: PreTrainedConfig, folder: Folder) -> None:
             listed = folder.config.get(name)
             behind = listed[count:] if isinstance(listed, list) else None
             setattr(config, name, [*value, *(behind or kinds.get(name) or value[-1:])[:more]])
-    config.num_hidden_layers = count + more * _attentions(config)
+    config.num_hidden_layers = count + more * attentions(config.model_type)
     if config.is_heterogeneous:  # Step: those with a window have more heads
         own = {int(at): settings for at, settings in config.to_dict()["per_layer_config"].items()}
         alike = {kind: own[at] for at, kind in enumerate(config.layer_types[:count]) if at in own}
@@ -346,14 +347,9 @@ def _dtype(asked: str | torch.dtype | None, config: PreTrainedConfig, folder: Fo
     return STORED[largest.dtype] if largest else torch.float32
 
 
-def _attentions(config: PreTrainedConfig) -> int:
-    """Hidden layers, as the config counts them, to a layer: LongCat's attend twice."""
-    return 2 if config.model_type == "longcat_flash" else 1
-
-
 def _find_layers(model: PreTrainedModel, folder: Folder) -> str:
     """The shallowest list with one module per hidden layer (experts are lists too, but deeper)."""
-    count = getattr(model.config, "num_hidden_layers", -1) // _attentions(model.config)
+    count = getattr(model.config, "num_hidden_layers", -1) // attentions(model.config.model_type)
     waiting: deque[tuple[str, nn.Module]] = deque([("", model)])
     while waiting:
         path, module = waiting.popleft()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from offload.checkpoint.contents import GGUF_NOTE, INDEX, NUMBERED, SINGLE, find_pickled, find_weights
 from offload.checkpoint.documents import OBJECTS, Json, json_object, read_json
@@ -41,6 +42,11 @@ class Download:
     def missing_B(self) -> int:
         """Bytes still to come."""
         return sum(self.sizes_B[name] for name in self.missing)
+
+    def described(self, where: Path) -> str:
+        """What is still to come, and the space that there is for it."""
+        free_B = shutil.disk_usage(_existing(where)).free
+        return f"{len(self.missing)} files of {self.repo}, {size(self.missing_B)}; {size(free_B)} are free"
 
     def refuse_full_disk(self, where: Path) -> None:
         """Better now than after 100 GB."""
@@ -106,8 +112,9 @@ def look_up(repo: str, revision: str | None, code: bool = False) -> Download:
     with explained(repo, revision):
         HfApi().model_info(repo, revision=revision)  # a dry run alone hides why it cannot be done
         files = snapshot_download(
-            repo, revision=revision, allow_patterns=_wanted(code), ignore_patterns=UNWANTED, dry_run=True
-        )
+            repo, revision=revision, allow_patterns=_wanted(code), ignore_patterns=UNWANTED, dry_run=True,
+            tqdm_class=_bars(hidden=True),
+        )  # fmt: skip
     sizes_B = {file.filename: file.file_size or 0 for file in files}
     missing = frozenset(file.filename for file in files if file.will_download)
     return Download(repo, files[0].commit_hash if files else "", sizes_B, missing)
@@ -153,7 +160,23 @@ def download(repo: str, revision: str | None, code: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     with explained(repo, revision):
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_wanted(code), ignore_patterns=UNWANTED))
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=_wanted(code), ignore_patterns=UNWANTED,
+                tqdm_class=_bars(hidden=None),
+            )
+        )  # fmt: skip
+
+
+def _bars(hidden: bool | None) -> Any:
+    """The Hub library's progress bars, `hidden` or, if that is None, on terminals only."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bars(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": hidden})
+
+    return Bars
 
 
 @contextmanager

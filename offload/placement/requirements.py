@@ -14,7 +14,7 @@ from offload.checkpoint.headers import ITEM_B, SCRATCH_B, Folder
 from offload.checkpoint.quantized.formats import computes_as_stored
 from offload.checkpoint.quantized.stored import fold
 from offload.checkpoint.quantized.weight import GPU_PIECE_B, GPU_PIECES
-from offload.checkpoint.roles import LAYER, PARTS, part_of
+from offload.checkpoint.roles import LAYER, PARTS, attentions, part_of
 from offload.checkpoint.wrapped import tower_tensors
 from offload.machine.files import LARGE_B, PAGE_B, Reading
 from offload.machine.speeds import reading_for
@@ -231,20 +231,15 @@ def _kinds(config: Mapping[str, Json]) -> Sequence[Json]:
 
 def _layers(config: Mapping[str, Json]) -> int:
     """How many there are, each as often as it attends; Nemotron-H says it by their kinds alone."""
-    if _twice(config):
-        return 2 * _number(config, "num_layers", 0)
+    if (times := attentions(config.get("model_type"))) > 1:
+        return times * _number(config, "num_layers", 0)
     return _number(config, "num_hidden_layers", len(_kinds(config)))
-
-
-def _twice(config: Mapping[str, Json]) -> bool:
-    """Whether each layer attends twice, and counts as two where caches are numbered."""
-    return config.get("model_type") == "longcat_flash"
 
 
 def shared_caches(config: Mapping[str, Json]) -> frozenset[int]:
     """Layers whose keys and values others attend to as well, and those others; all where a layer has two caches."""
     layers, shared = _layers(config), _number(config, "num_kv_shared_layers", 0)
-    if _twice(config):
+    if attentions(config.get("model_type")) > 1:
         return frozenset(range(layers))
     kinds, own = config.get("layer_types"), layers - shared
     if not shared or not isinstance(kinds, list) or len(kinds) < layers:

@@ -122,8 +122,9 @@ def _by_name(folder: Folder) -> str | None:
     names = " ".join(map(str, classes)).lower() if isinstance(classes, list) else ""
     if found := next((kind for word, kind in CLASSES.items() if word in names), None):
         return found
-    starts = {name.removeprefix("model.") for name in folder.entries}
-    return next((kind for start, kind in TENSORS.items() if any(name.startswith(start) for name in starts)), None)
+    begin = tuple(TENSORS)
+    begun = [name for name in (one.removeprefix("model.") for one in folder.entries) if name.startswith(begin)]
+    return next((kind for start, kind in TENSORS.items() if any(name.startswith(start) for name in begun)), None)
 
 
 def verifier_of(folder: Folder) -> str | None:

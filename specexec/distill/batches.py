@@ -31,6 +31,24 @@ class Excerpt:
     end: int
 
 
+def _pieces(recording: Recording, texts: Items[int], length: int) -> Iterator[Excerpt]:
+    for text in texts:
+        tokens = recording.length(text)
+        for first in range(0, tokens - 1, length):
+            yield Excerpt(text, first, min(first + length, tokens))
+
+
+def _packed(pieces: Items[Excerpt], rows: int) -> list[list[Excerpt]]:
+    """Pieces that are sorted by length, as many together as have at most `rows` tokens with their padding."""
+    found = list[list[Excerpt]]()
+    for piece in pieces:
+        longest = piece.end - piece.first
+        if not found or (len(found[-1]) + 1) * longest > rows:
+            found.append([])
+        found[-1].append(piece)
+    return found
+
+
 @dataclass(frozen=True)
 class TextBatch:
     """Tokens int64 [B, R], bool [B, R] for those of answers, states [B, R, F] of the taps, and what is likeliest after
@@ -107,21 +125,3 @@ class Texts:
             pad_sequence([one.top_log_probs_RN for one in read], batch_first=True),
             pad_sequence([one.states_RTH[:, -1] for one in read], batch_first=True),
         )
-
-
-def _pieces(recording: Recording, texts: Items[int], length: int) -> Iterator[Excerpt]:
-    for text in texts:
-        tokens = recording.length(text)
-        for first in range(0, tokens - 1, length):
-            yield Excerpt(text, first, min(first + length, tokens))
-
-
-def _packed(pieces: Items[Excerpt], rows: int) -> list[list[Excerpt]]:
-    """Pieces that are sorted by length, as many together as have at most `rows` tokens with their padding."""
-    found = list[list[Excerpt]]()
-    for piece in pieces:
-        longest = piece.end - piece.first
-        if not found or (len(found[-1]) + 1) * longest > rows:
-            found.append([])
-        found[-1].append(piece)
-    return found

@@ -74,10 +74,7 @@ class Eagle3Student(UnrolledStudent):
         assert isinstance(layer, FirstLayer)
         features_BRH = head.joined(batch.states_BRF[:, :-1])
         earlier = list[tuple[Tensor, Tensor]]()
-        for number in range(self.steps):
-            asked = Asked.of(batch.answer_BR, number)
-            if not asked.rows_BR.any():
-                return
+        for number, asked in self.asked(batch):
             embedded_BRH = embedded(batch, number, self.shared.embeddings_VH).to(features_BRH.dtype)
             normed_BRH = layer.hidden_norm(features_BRH)
             both = torch.cat([layer.input_layernorm(embedded_BRH), normed_BRH], -1)

@@ -64,10 +64,7 @@ class MtpStudent(UnrolledStudent):
         head, layer = self.head, self.head.layers[0]
         hidden_BRH = batch.last_BRH[:, :-1].to(head.get_parameter("layers.0.input_proj.weight").dtype)
         earlier = list[tuple[Tensor, Tensor]]()
-        for number in range(self.steps):
-            asked = Asked.of(batch.answer_BR, number)
-            if not asked.rows_BR.any():
-                return
+        for number, asked in self.asked(batch):
             embedded_BRH = embedded(batch, number, self.shared.embeddings_VH).to(hidden_BRH.dtype)
             mixed_BRH = head.mixed(embedded_BRH, hidden_BRH)
             normed_BRH = layer.get_submodule("input_layernorm")(mixed_BRH)

@@ -80,6 +80,14 @@ class UnrolledStudent(ABC):
     def unrolled(self, batch: TextBatch) -> Iterator[UnrolledStep]:
         """Step by step what it guesses."""
 
+    def asked(self, batch: TextBatch) -> Iterator[tuple[int, Asked]]:
+        """The number of each step and its rows, for as long as there are any."""
+        for number in range(self.steps):
+            rows = Asked.of(batch.answer_BR, number)
+            if not rows.rows_BR.any():
+                return
+            yield number, rows
+
     @property
     def guesses(self) -> int:
         """In a row, that it learned to make."""

@@ -21,14 +21,14 @@ from transformers import AttentionInterface
 from specexec.errors import UnsupportedArchitecture
 from specexec.model.kept_rows import WHOLE, KeptRows
 from specexec.model.module_types import every_module
-from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK, SINKS, SUMMED_WIDE
+from specexec.sizes import AT_ONCE, KEY_BLOCK, QUERY_BLOCK, SINKS, SUMMED
 
 NAME = "specexec"
 LOWEST = torch.finfo(torch.float32).min
 # MKL's products sum in another order for few rows or columns than for more, and from some 400 inputs on (from 193 on a
 # CPU with AVX2 alone) in one that depends on how many there are. So no block has fewer queries or keys, no sum more
 # keys, and keys are counted from the first of the text.
-FILLED, SUMMED = 16, 128
+FILLED = 16
 KEPT = 1 << 15  # bytes of a mask that is kept for the next layers: of a block far from full
 
 
@@ -272,21 +272,11 @@ def attend_block(
         assert mixed is not None, "there is a key"
         return mixed
 
-    def total_of(weights: Tensor) -> Tensor:
-        """In float64, where the order of a sum does not reach what float32 keeps of it; of some keys at a time, since
-        torch makes a copy of them.
-        """
-        keys = max(SUMMED_WIDE * weights.shape[-1] // weights.numel(), 1)
-        total = weights[..., :keys].sum(-1, keepdim=True, dtype=torch.float64)
-        for part in weights[..., keys:].split(keys, -1) if keys < weights.shape[-1] else ():
-            total += part.sum(-1, keepdim=True, dtype=torch.float64)
-        return total.float()
-
     blocks = list(aligned(start, end, KEY_BLOCK))
     if style.sinks_H is None and len(blocks) == 1 and texts * queries <= AT_ONCE:
         scores = scored(start, end)
         weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()  # the same steps as below: the same bits
-        mixed = mixed_by(weights, start, end).view(*shared, -1) / total_of(weights)
+        mixed = mixed_by(weights, start, end).view(*shared, -1) / _total(weights, start)
         return mixed.view(heads, queries, -1).to(query_HQD.dtype)
     found: tuple[Tensor, Tensor, Tensor] | None = None  # highest, total and mixed of the blocks so far
     if style.sinks_H is not None:  # a sink is a key with a logit and no value: it is there before the first block
@@ -302,12 +292,31 @@ def attend_block(
         highest = scores.amax(-1, keepdim=True)
         highest = highest.clamp_(min=LOWEST) if found is None else torch.maximum(found[0], highest)
         weights = scores.sub_(highest).exp_()
-        mixed, total = mixed_by(weights, first, last).view(*shared, -1), total_of(weights)
+        mixed, total = mixed_by(weights, first, last).view(*shared, -1), _total(weights, first)
         if found is not None:
             fade = torch.exp(found[0] - highest)
             mixed, total = found[2] * fade + mixed, found[1] * fade + total
         found = highest, total, mixed
     return (mixed / total).reshape(heads, queries, -1).to(query_HQD.dtype)
+
+
+def _total(weights: Tensor, first: int) -> Tensor:
+    """Sums over keys from number `first` on, float32 [..., 1], that those of weight 0 on either side do not change.
+
+    A kernel's order follows how many it sums: so always SUMMED at a time, and their sums in float64.
+    """
+    last = first + weights.shape[-1]
+    start, stop = min(-(-first // SUMMED) * SUMMED, last), max(last // SUMMED * SUMMED, first)
+    total = weights.new_zeros((*weights.shape[:-1], 1), dtype=torch.float64)
+    if start < stop:
+        whole = weights[..., start - first : stop - first].unflatten(-1, (-1, SUMMED))
+        total += whole.sum(-1).sum(-1, keepdim=True, dtype=torch.float64)
+    for keys in aligned(first, last, SUMMED):
+        if keys.stop - keys.start < SUMMED:
+            part = weights[..., keys.start - first : keys.stop - first]
+            filling = (keys.start % SUMMED, -keys.stop % SUMMED)
+            total += nn.functional.pad(part, filling).sum(-1, keepdim=True)
+    return total.float()
 
 
 def aligned(start: int, end: int, size: int) -> Iterator[slice]:

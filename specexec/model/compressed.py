@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from specexec.model.architecture import Compression, Index
-from specexec.model.attention import SUMMED, Style, Visibility, attend_block
+from specexec.model.attention import Style, Visibility, attend_block
 from specexec.model.cache import LayerKV
 from specexec.model.indexed import columns, highest, query_blocks, scores
 from specexec.model.module_types import every_module
 from specexec.model.recurrent.packed import BLOCKS, INDEX_BLOCKS, PackedStates
 from specexec.model.recurrent.seams import sweep_here
+from specexec.sizes import SUMMED
 
 
 def let_in_compressors(model: nn.Module) -> set[int]:

@@ -43,8 +43,8 @@ def rebuilt(
 
 def partial_config(config: PretrainedConfig, kept: list[int]) -> PretrainedConfig:
     """What the config would say about a model of just these layers."""
-    twice = config.model_type == "longcat_flash"
-    if twice and kept != [config.num_hidden_layers - 1]:  # that one guesses further ahead, and attends once
+    times = _attentions(config)
+    if times > 1 and kept != [config.num_hidden_layers - 1]:  # that one guesses further ahead, and attends once
         raise UnsupportedArchitecture(
             "architecture 'longcat_flash' cannot draft with its own layers: each attends twice.",
             hint="--drafter ngram, or a model.",
@@ -60,7 +60,7 @@ def partial_config(config: PretrainedConfig, kept: list[int]) -> PretrainedConfi
         each: list[object] | None = getattr(config, name, None)
         if each is not None:
             _say(partial, name, [each[layer] for layer in kept])
-    partial.num_hidden_layers = 2 * len(kept) if twice else len(kept)
+    partial.num_hidden_layers = times * len(kept)
     return partial
 
 
@@ -73,9 +73,14 @@ def _say(config: PretrainedConfig, name: str, each: list[object]) -> None:
         setattr(config, name, each)
 
 
+def _attentions(config: PretrainedConfig) -> int:
+    """How often one layer attends, and is counted: LongCat's twice."""
+    return 2 if config.model_type == "longcat_flash" else 1
+
+
 def layer_list_path(model: PreTrainedModel) -> list[str]:
     """Where the decoder layers hang: the topmost list with as many entries as the config counts layers."""
-    count = model.config.num_hidden_layers // (2 if model.config.model_type == "longcat_flash" else 1)
+    count = model.config.num_hidden_layers // _attentions(model.config)
     waiting: deque[tuple[list[str], nn.Module]] = deque([([], model)])
     while waiting:
         path, module = waiting.popleft()

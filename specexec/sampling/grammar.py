@@ -38,6 +38,21 @@ def regex(pattern: str) -> str:
     return LLMatcher.grammar_from_regex(pattern)
 
 
+def byte_tokenizer(
+    tokenizer: PreTrainedTokenizerFast,
+    vocabulary: int | None = None,
+    ends: list[int] | None = None,
+    slices: list[str] | None = None,
+) -> LLTokenizer:
+    """The tokenizer as llguidance has it: tokens are bytes. What is None is the tokenizer's own."""
+    backend = tokenizer.backend_tokenizer
+    if backend.padding or backend.truncation:
+        return from_tokenizer(tokenizer, vocabulary, ends, slices)
+    # The same without the copy that it makes to turn both off, which takes a second for 200,000 tokens.
+    ended = tokenizer.eos_token_id if ends is None else ends
+    return LLTokenizer(backend.to_str(), n_vocab=vocabulary, eos_token=ended, slices=slices)
+
+
 class Grammars:
     """Makes grammars for one tokenizer; `stop_tokens` may follow a finished text. Raises BadGrammar without any."""
 
@@ -47,7 +62,7 @@ class Grammars:
             raise BadGrammar("this model has no token that ends a text, so a grammar could not end either.")
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise BadGrammar(f"grammars need a fast tokenizer; this model has {type(tokenizer).__name__}.")
-        self._tokenizer: LLTokenizer = from_tokenizer(tokenizer, max(vocabulary, len(tokenizer)), ends)
+        self._tokenizer = byte_tokenizer(tokenizer, max(vocabulary, len(tokenizer)), ends)
 
     def grammar(self, text: str) -> Grammar:
         """Read a grammar: what `json_schema` or `regex` made, or llguidance's own Lark. Raises BadGrammar."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from llguidance import LLMatcher
 
+from specexec.errors import BadGrammar
 from specexec.sampling.large_stack import on_large_stack
 
 # On one line, as Python's json.dumps writes it: a small model that may put blank space anywhere fills the page with it.
@@ -21,6 +22,14 @@ _ONE = ("items", "additionalProperties", "not", "if", "then", "else", "contains"
 def laid_out(schema: Mapping[str, object], lenient: bool) -> dict[str, object]:
     """A schema that says how its JSON is laid out, for use inside a Lark grammar (`%json`)."""
     return {**schema, "x-guidance": {**_LAYOUT, "lenient": lenient}}
+
+
+def followed(schema: Mapping[str, object]) -> dict[str, object]:
+    """The schema, every part of which a grammar can hold to. Raises BadGrammar for what it cannot."""
+    found = usable(schema, False)
+    if found.notes:  # half a schema for a whole answer is not what was asked for
+        raise BadGrammar(f"the schema cannot be followed: {' '.join(found.notes)}")
+    return found.schema
 
 
 @dataclass

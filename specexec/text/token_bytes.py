@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 
-from llguidance import LLTokenizer
-from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from specexec.errors import TokenizerMismatch
+from specexec.sampling.grammar import byte_tokenizer
 
 SAMPLE = "One Word, two  spaces;\n\tx = 'é' + \"→\"  # 42 你好 🌱 "
 
@@ -29,7 +28,7 @@ class Wording:
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ValueError(f"is no fast tokenizer but {type(tokenizer).__name__}")
         self._entries = len(tokenizer)
-        self._tokenizer: LLTokenizer = from_tokenizer(tokenizer, slices=[])  # those are for grammars
+        self._tokenizer = byte_tokenizer(tokenizer, slices=[])  # those are for grammars
         self.end: int | None = tokenizer.eos_token_id
         self.begin = tuple(token for token in tokenizer("")["input_ids"] if token != self.end)
         first = self.spelled(tokenizer("a", add_special_tokens=False)["input_ids"])

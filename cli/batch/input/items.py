@@ -21,14 +21,6 @@ Prompt: TypeAlias = str | list[int] | list[Message]  # raw text, token ids, or m
 
 
 @dataclass(frozen=True)
-class ItemText:
-    """One of the texts that an item asks for."""
-
-    prompt: Prompt
-    sampling: SamplingParams
-
-
-@dataclass(frozen=True)
 class Item:
     """A line to answer, or the reason why it cannot be. `wishes` replace the run's own sampling.
 
@@ -112,6 +104,14 @@ class Item:
             "ends_in": template.ends_in if template.ends_in != "answer" else None,
         }
         return {name: value for name, value in more.items() if value}
+
+
+@dataclass(frozen=True)
+class ItemText:
+    """One of the texts that an item asks for."""
+
+    prompt: Prompt
+    sampling: SamplingParams
 
 
 def is_text(text: str) -> bool:

@@ -16,19 +16,11 @@ DESCRIPTION, ORDER = "data.pkl", "byteorder"
 
 
 @dataclass(frozen=True)
-class Span:
-    """Bytes of the file."""
-
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
 class TorchArchive:
-    """What describes the tensors, and by name the records that hold their numbers."""
+    """What describes the tensors, and by name which bytes of the file hold their numbers."""
 
     description: bytes
-    records: Mapping[str, Span]
+    records: Mapping[str, range]
 
 
 def open_archive(file: Path) -> TorchArchive:
@@ -41,7 +33,7 @@ def open_archive(file: Path) -> TorchArchive:
                 raise CorruptShard(f"{file.name} is no file of torch.save: it holds no {DESCRIPTION}.")
             if any(one.compress_type != zipfile.ZIP_STORED for one in inside.values()):
                 raise CorruptShard(f"{file.name} is no file of torch.save: its records are compressed.")
-            if any(records[name].nbytes > MOST_DESCRIPTION_B for name in (DESCRIPTION, ORDER) if name in records):
+            if any(len(records[name]) > MOST_DESCRIPTION_B for name in (DESCRIPTION, ORDER) if name in records):
                 raise CorruptShard(f"{file.name} describes its tensors in more than {MOST_DESCRIPTION_B} bytes.")
             if ORDER in inside and held.read(inside[ORDER]) != b"little":
                 raise UnsupportedModel(f"{file.name} was saved on a machine that writes numbers the other way round.")
@@ -55,12 +47,12 @@ def open_archive(file: Path) -> TorchArchive:
         ) from error
 
 
-def _record(raw: BinaryIO, found: zipfile.ZipInfo, size_B: int) -> Span:
+def _record(raw: BinaryIO, found: zipfile.ZipInfo, size_B: int) -> range:
     """Raises BadZipFile for one that does not lie within `size_B`."""
     raw.seek(min(max(found.header_offset, 0), size_B) + NAMES_AT)
     lengths = raw.read(LOCAL_B - NAMES_AT)
     after_B = sum(int.from_bytes(lengths[at : at + 2], "little") for at in (0, 2))
-    span = Span(found.header_offset + LOCAL_B + after_B, found.file_size)
-    if found.header_offset < 0 or span.offset + span.nbytes > size_B:
+    first = found.header_offset + LOCAL_B + after_B
+    if found.header_offset < 0 or first + found.file_size > size_B:
         raise zipfile.BadZipFile(f"its record '{found.filename}' ends behind the file")
-    return span
+    return range(first, first + found.file_size)

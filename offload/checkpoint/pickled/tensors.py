@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeGuard, cast
 
 from offload.checkpoint.entry import Entry
-from offload.checkpoint.pickled.archive import Span, TorchArchive, open_archive
+from offload.checkpoint.pickled.archive import TorchArchive, open_archive
 from offload.errors import CorruptShard, UnsupportedModel
 
 STORAGES = {  # of numbers of this type, and their bytes
@@ -136,18 +136,18 @@ def _parameter(view: _View, *_: object) -> _View:
 
 def _entry(file: Path, name: str, view: _View, archive: TorchArchive) -> Entry:
     """Checked against the file."""
-    numbers, record = view.numbers, archive.records.get(view.numbers.record, Span(0, 0))
+    numbers, record = view.numbers, archive.records.get(view.numbers.record, range(0))
     count = math.prod(view.shape)
-    if view.first + count > numbers.items or numbers.items * numbers.item_B != record.nbytes:
+    if view.first + count > numbers.items or numbers.items * numbers.item_B != len(record):
         raise CorruptShard(
-            f"{file.name} is damaged: '{name}' of the shape {list(view.shape)} is not in its {record.nbytes} bytes.",
+            f"{file.name} is damaged: '{name}' of the shape {list(view.shape)} is not in its {len(record)} bytes.",
             hint="download it again.",
         )
     if not _row_major(view.shape, view.strides):
         raise UnsupportedModel(
             f"{file.name} holds '{name}' in another order than row by row.", hint="save it anew after .contiguous()."
         )
-    offset = record.offset + view.first * numbers.item_B
+    offset = record.start + view.first * numbers.item_B
     return Entry(name, file, offset, count * numbers.item_B, numbers.dtype, view.shape)
 
 

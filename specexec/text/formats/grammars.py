@@ -35,9 +35,9 @@ class Wanted:
 def answer_of_shape(marks: Marks, thinks: tuple[str, str], whole: Whole, thought_open: bool) -> Bound:
     """Nothing but text of one shape."""
     rules = Rules(marks)
-    body, notes = whole.rule(rules)
+    body = whole.rule(rules)
     rules.add("start", f"{_thought(rules, thinks, thought_open)} {body}")
-    return Bound(rules.text, tuple(notes))
+    return Bound(rules.text)
 
 
 def answer_with_calls(
@@ -61,9 +61,7 @@ def answer_with_calls(
         silent = f"({_silent(rules, form)} {space})*" if form.silent else ""
         body = f"{rules.literal(_mark(form))} {_after_mark(rules, form, rest, parallel)}"
         if choice == "auto" and whole is not None:
-            text, left_out = whole.rule(rules)
-            notes += left_out
-            body = f"({body} | {text} {silent})"
+            body = f"({body} | {whole.rule(rules)} {silent})"
         body = f"{space} {silent} {body}"
     rules.add("start", f"{thought} {body}")
     return Bound(rules.text, tuple(notes))
@@ -79,9 +77,9 @@ def answer_in_channels(
     if wanted.whole is None and not tools:
         raise _no_tool(notes)
     rules = Rules(marks)
-    text, left_out = wanted.whole.rule(rules) if wanted.whole is not None else (None, [])
+    text = wanted.whole.rule(rules) if wanted.whole is not None else None
     rules.add("start", channel_rules(rules, channels, tools, wanted.choice, wanted.parallel, text, wanted.thought_open))
-    return Bound(rules.text, (*notes, *left_out))
+    return Bound(rules.text, tuple(notes))
 
 
 def _no_tool(notes: Items[str]) -> BadGrammar:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
-from specexec.sampling.json_schema import laid_out, usable
+from specexec.sampling.json_schema import followed, laid_out, usable
 from specexec.text.formats.marks import Marks
 
 ANY = r"/(.|\n)*/"
@@ -109,14 +109,13 @@ class Whole:
     regex: str | None = None
     grammar: str | None = None
 
-    def rule(self, rules: Rules) -> tuple[str, list[str]]:
-        """A rule of this text, and what of the schema it leaves out."""
+    def rule(self, rules: Rules) -> str:
+        """A rule of this text. Raises BadGrammar for a schema that cannot be followed."""
         if self.regex is not None:
-            return rules.add("MATCH", rules.regex(self.regex)), []
+            return rules.add("MATCH", rules.regex(self.regex))
         if self.grammar is not None:
-            return rules.add("whole", f"%lark {{\n{self.grammar}\n}}"), []
-        found = usable(self.schema or {}, False)
-        return rules.add("json", rules.json(found.schema, False)), found.notes
+            return rules.add("whole", f"%lark {{\n{self.grammar}\n}}")
+        return rules.add("json", rules.json(followed(self.schema or {}), False))
 
 
 def tools_of(offered: Iterable[Mapping[str, object]], choice: str) -> tuple[list[Tool], list[str]]:
