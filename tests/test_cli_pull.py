@@ -211,12 +211,20 @@ def test_size_and_free_space_are_said_first_and_no_bar_goes_into_a_pipe(specexec
         assert re.fullmatch(rf"downloading \d+ files of org/{repo}, [\d.]+ \S+; [\d.]+ \S+ are free", line), line
 
 
+def test_a_name_that_is_chatted_with_is_brought_by_the_same_words(specexec: Pull, hub: FakeHub) -> None:
+    ran = specexec("chat", "-m", "org/big", "-p", "hello")
+    line = ran.err.splitlines()[0]
+    assert re.fullmatch(r"Note: downloading \d+ files of org/big, [\d.]+ \S+; [\d.]+ \S+ are free", line), ran.err
+    assert any(name.endswith(".safetensors") for _, name in hub.sent)
+
+
+@pytest.mark.parametrize("command", [("pull", "org/big"), ("chat", "-m", "org/big", "-p", "hello")])
 def test_a_full_disk_is_known_before_the_download(
-    specexec: Pull, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+    command: tuple[str, ...], specexec: Pull, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage("/")._replace(free=5000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    ran = specexec("pull", "org/big")
+    ran = specexec(*command)
     assert (ran.code, ran.out) == (5, "")
     assert ran.err.startswith("Error: org/big needs ")
     assert "4.9 KiB are free" in ran.err

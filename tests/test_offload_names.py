@@ -51,6 +51,7 @@ def hub_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
 
         stand_in = Hub(cached or {}, download)
         monkeypatch.setattr("huggingface_hub.snapshot_download", stand_in.snapshot_download)
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda _, repo, **__: download(repo))
         return stand_in
 
     return install

@@ -128,7 +128,7 @@ class Archive:
         ]
         if len(found) != 1 or not id:
             what = f"{len(found)} conversations begin with" if found else "there is no conversation"
-            raise SessionNotFound(f"{what} {id!r}.", hint="specexec sessions list")
+            raise SessionNotFound(f"{what} {id!r}.", hint="specexec sessions list, or /sessions in a chat")
         return _record(found[0], *_text(found[0]))
 
     def latest(self) -> Record:

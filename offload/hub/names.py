@@ -4,6 +4,7 @@ Knows no torch and no transformers; the Hub library is imported only when a Hub 
 """
 
 import difflib
+import logging
 import re
 import tomllib
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from pathlib import Path
 
 from offload.checkpoint.gguf.model import documents_folder, is_gguf, source_files
 from offload.errors import BadModelDir, ModelNotFound, OfflineMissing
-from offload.hub.hub import cache_folder, cached, download, missing_files, models_of_heads
+from offload.hub.hub import cache_folder, cached, download, look_up, missing_files, models_of_heads
 from offload.machine.folders import folder_of, typed_path
 
+log = logging.getLogger(__name__)
 HERE = Path(__file__).parent.parent
 DEMO = "demo"
 PAIRED = "sibling"  # the drafter that a model is paired with, whatever it is called
@@ -184,6 +186,9 @@ def _from_hub(repo: str, revision: str | None, offline: bool, code: bool) -> Pat
     if found and not missing_files(found, code):
         return found
     if not offline:
+        wanted = look_up(repo, revision, code)
+        wanted.refuse_full_disk(cache_folder())
+        log.warning("downloading %s", wanted.described(cache_folder()))
         return download(repo, revision, code)
     lacking = missing_files(found, code) if found else []
     more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
