@@ -279,7 +279,7 @@ def test_what_is_unpacked_is_every_matrix_by_its_scheme(form: Format, folder: Pa
 
 def test_plan_says_what_sweeps_of_different_sizes_bring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny("qwen3_moe", tmp_path / "m", num_experts=128, num_experts_per_tok=8)
-    run = ["plan", str(tmp_path / "m"), "--offline", "--ctx", "64", "-b", "4", "--ram", "81MB", "--disk", "1.5GB/s"]
+    run = ["plan", str(tmp_path / "m"), "--offline", "--ctx", "64", "-b", "4", "--ram", "114MB", "--disk", "1.5GB/s"]
     assert main(run) == 0
     shown = next(line for line in capsys.readouterr().out.splitlines() if "Experts" in line)
     assert main([*run, "--json"]) == 0
@@ -296,7 +296,7 @@ def test_plan_says_what_sweeps_of_different_sizes_bring(tmp_path: Path, capsys: 
         assert f"{size(disk_B)} from disk for {count} row" in shown
     stream.close()
     tiny("llama", tmp_path / "dense")
-    assert main(["plan", str(tmp_path / "dense"), "--offline", "--ram", "71MB", "--ctx", "64", "-b", "4"]) == 0
+    assert main(["plan", str(tmp_path / "dense"), "--offline", "--ram", "104MB", "--ctx", "64", "-b", "4"]) == 0
     assert "Experts" not in capsys.readouterr().out
 
 

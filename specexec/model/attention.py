@@ -306,6 +306,8 @@ def _total(weights: Tensor, first: int) -> Tensor:
     A kernel's order follows how many it sums: so always SUMMED at a time, and their sums in float64.
     """
     last = first + weights.shape[-1]
+    if first // SUMMED == (last - 1) // SUMMED:
+        return nn.functional.pad(weights, (first % SUMMED, -last % SUMMED)).sum(-1, keepdim=True).float()
     start, stop = min(-(-first // SUMMED) * SUMMED, last), max(last // SUMMED * SUMMED, first)
     total = weights.new_zeros((*weights.shape[:-1], 1), dtype=torch.float64)
     if start < stop:

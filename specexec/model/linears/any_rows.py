@@ -6,7 +6,7 @@ MKL's products differs among 16 and among 64 where two threads share them. oneDN
 one shape for all, took two to four times as long over 64 rows and more.
 
 For every shape and number of rows oneDNN compiles a kernel of some 0.6 MB, half of which it never gives back. So
-numbers of rows are filled up to a few: without that 128 numbers and six shapes held 437 MiB (torch 2.13).
+larger numbers of rows are filled up to a few: without that 128 numbers and six shapes held 437 MiB (torch 2.13).
 
 R rows   I inputs   O outputs
 """
@@ -28,10 +28,11 @@ from specexec.model.module_types import every_module
 from specexec.sizes import CHUNK
 
 LEAST = 2  # rows from which on sums have one order
-ROWS = (LEAST, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, CHUNK)  # what others are filled up to
-SOME = (LEAST, 16, 64, CHUNK)
+FEW = 16  # up to so many rows, filling them up would cost more than it saves
+MANY = (24, 32, 48, 64, 80, 96, 128, 160, 192, 224, CHUNK)  # what more rows are filled up to
+SOME = (LEAST, FEW, 64, CHUNK)
 # Inputs and outputs of linears that show how kernels sum, and numbers of rows that are compared.
-TRIED = ((1536, 576, ROWS), (4096, 256, SOME), (8192, 128, SOME))
+TRIED = ((1536, 576, (LEAST, 4, 8, FEW, *MANY)), (4096, 256, SOME), (8192, 128, SOME))
 
 
 def linears(
@@ -79,11 +80,11 @@ def _alike(seed: int) -> bool:
 def linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` of [..., I] rows; weights may have any strides. Contiguous, [..., O]."""
     count = rows.shape[:-1].numel()
-    if count in ROWS:
+    if LEAST <= count <= FEW or count in MANY:
         return _inner(rows, weight_OI, bias_O)
     rows_RI = rows.reshape(count, rows.shape[-1])
     if count <= CHUNK:
-        filling = next(size for size in ROWS if size > count) - count
+        filling = next(size for size in (LEAST, *MANY) if size > count) - count
         found_RO = _inner(nn.functional.pad(rows_RI, (0, 0, 0, filling)), weight_OI, bias_O)[:count]
     else:
         found_RO = rows.new_empty(count, len(weight_OI))
